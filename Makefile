@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
-# Each process has its database server of its own; the tests of a file share daemons.
-PARALLEL := -n auto --maxprocesses 4 --dist loadfile
+# Each process has its database server of its own; the tests of a file share daemons. One more process than there are
+# processors, since many tests wait.
+PARALLEL := -n $(shell expr $$(nproc) + 1) --maxprocesses 4 --dist loadfile
 
 .PHONY: demo examples test test-all test-django6 lint format generated docs docs-check bench bench-all clean servers redis deb image
 

@@ -60,6 +60,7 @@ def test_check_makes_no_embedded_store(tmp_path: Path) -> None:
     assert not (tmp_path / "store.db").exists()
 
 
+@pytest.mark.slow
 def test_check_fails_for_a_store_that_is_to_be_migrated(tmp_path: Path, mysql_url: str) -> None:
     """One without tables, which no daemon makes but in a file of its own, and one of the version before."""
     node = Daemon(tmp_path / "node", mysql_url, "")

@@ -101,6 +101,7 @@ def test_a_second_start_is_refused_with_the_first_ones_pid(background: Backgroun
     assert lives(background.process())
 
 
+@pytest.mark.slow
 def test_a_pid_file_without_a_lock_is_stale(background: Background) -> None:
     """After kill -9 the next start starts, even if the pid has been reused."""
     background.cli("start")
@@ -113,6 +114,7 @@ def test_a_pid_file_without_a_lock_is_stale(background: Background) -> None:
     assert background.pid != process.pid
 
 
+@pytest.mark.slow
 def test_restart_applies_the_current_configuration(background: Background) -> None:
     """A wrong one is refused before the running daemon is stopped."""
     background.cli("restart")
@@ -188,6 +190,7 @@ def test_a_second_stop_does_not_wait_for_running_jobs(background: Background, tm
     assert '"interrupted"' in background.cli("job", "show", job_id, "--json").stdout
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_a_stop_says_what_becomes_of_the_daemon(background: Background, tmp_path: Path) -> None:
     """It stops all the same, once its jobs have ended."""
     background.cli("start")
@@ -231,6 +234,7 @@ def test_a_daemon_that_is_stopping_is_no_error_of_the_configuration(
     assert not lives(process)
 
 
+@pytest.mark.slow
 def test_the_log_is_appended_to_and_survives_a_copy_and_truncate(background: Background) -> None:
     """After a truncate, writing continues at the beginning of the file."""
     background.cli("start")
@@ -278,6 +282,7 @@ def test_a_start_that_fails_names_the_log(background: Background) -> None:
     assert "cannot open" in background.log.read_text()
 
 
+@pytest.mark.slow
 def test_a_start_says_what_it_waits_for(background: Background) -> None:
     """The gateway's port is taken, and free again once this was said."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -312,6 +317,7 @@ def test_start_keeps_no_descriptor_of_the_shell(background: Background) -> None:
     assert "workerd is running" in done.stdout
 
 
+@pytest.mark.slow
 def test_one_pool_is_restarted_and_its_running_job_ends(background: Background, tmp_path: Path) -> None:
     """An unknown pool is a wrong usage, with the known ones named."""
     background.cli("start")

@@ -104,6 +104,7 @@ def replays(store_url: str, store: Any, tmp_path: Path) -> Iterator[Replays]:
     return Replays(store_url, tmp_path)
 
 
+@pytest.mark.slow
 def test_runs_end_as_in_a_pool_and_nothing_is_stored(replays: Replays) -> None:
     """Path, environment, `init`; outcome, payload, time and memory; redacted."""
     see = replays.add("see", a=7, password="canary-secret")
@@ -193,6 +194,7 @@ def test_a_job_of_a_request_gets_its_inputs(replays: Replays) -> None:
     assert replays.rows() == before
 
 
+@pytest.mark.slow
 def test_wrong_words_run_nothing(replays: Replays) -> None:
     job, other = replays.add("see"), replays.add("wrong")
     replays.sql("UPDATE workerd_jobs SET handler = 'elsewhere' WHERE handler = 'wrong'")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.cli.conftest import CommandLine
 from tests.support.eventually import eventually
 
 
+@pytest.mark.slow
 def test_stats_are_printed(cli: CommandLine) -> None:
     """As JSON they are those of HTTP; the daemon has had jobs of other tests."""
     eventually(lambda: cli.json("stats")["handlers"]["echo"]["workers"])

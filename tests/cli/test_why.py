@@ -5,11 +5,14 @@ from __future__ import annotations
 import uuid
 from pathlib import Path
 
+import pytest
+
 from tests.cli.conftest import CommandLine
 from tests.support.eventually import eventually
 from tests.support.rows import Rows
 
 
+@pytest.mark.slow
 def test_why_explains_what_a_job_waits_for_and_how_it_ended(cli: CommandLine, tmp_path: Path) -> None:
     """With what only the daemon knows: which workers are busy, and how a process died."""
 

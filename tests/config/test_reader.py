@@ -466,6 +466,7 @@ def _trees() -> Any:
     )
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(
     st.dictionaries(

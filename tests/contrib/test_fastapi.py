@@ -77,6 +77,7 @@ def test_a_store_that_is_away_is_503() -> None:
     serve(application("mysql://root@127.0.0.1:1/none", timeout=1), use)
 
 
+@pytest.mark.slow
 def test_a_commit_without_an_answer_is_503_with_what_it_may_have_made(mysql_server: DatabaseServer) -> None:
     """And without Retry-After, by which a client would enqueue the job twice."""
     if not mysql_server.private:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.support.dispatching import MakeHarness, insert_jobs, job_state
 from workerd.config.model import PickupConfig
 from workerd.errors import StoreRefused
@@ -39,6 +41,7 @@ def test_a_demand_that_crosses_claims_is_harmless(make_harness: MakeHarness, sto
     assert len(pool.claims) == 10
 
 
+@pytest.mark.slow
 def test_rows_announced_while_their_pool_is_down_do_not_wait_for_the_poll(
     make_harness: MakeHarness, store: Store
 ) -> None:
@@ -102,6 +105,7 @@ def test_an_unreadable_row_ends_and_the_others_run(make_harness: MakeHarness, st
     assert "cannot be read" in (outcome.error or "")
 
 
+@pytest.mark.slow
 def test_an_unreadable_row_claimed_during_a_settlement_is_not_released(
     make_harness: MakeHarness, store: Store
 ) -> None:

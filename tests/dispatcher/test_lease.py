@@ -95,6 +95,7 @@ def test_a_wrong_schema_is_refused(make_harness: MakeHarness, store: Store) -> N
     assert "99" in harness.beat.trouble
 
 
+@pytest.mark.slow
 def test_a_resumed_dispatcher_releases_before_it_continues(make_harness: MakeHarness, store: Store) -> None:
     """Stopped for longer than its lease, it first gives it up and has what waits released, then renews."""
     harness = make_harness(lease=1.0)
@@ -109,6 +110,7 @@ def test_a_resumed_dispatcher_releases_before_it_continues(make_harness: MakeHar
     assert pool.releases == [()]
 
 
+@pytest.mark.slow
 def test_an_outage_ends_the_lease_in_time_and_work_resumes(
     tmp_path: Path, own_server: DatabaseServer, opened: Callable[..., Store]
 ) -> None:

@@ -126,6 +126,7 @@ def test_the_end_of_a_hold_by_hand_is_seen_within_a_poll(
     assert [ref.id for ref in pool.claims] == [job]
 
 
+@pytest.mark.slow
 def test_the_lower_of_two_configurations_holds(
     make_harness: MakeHarness, store: Store, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -178,6 +179,7 @@ def test_another_limit_of_a_handler_on_another_node_is_logged(
     store.run(lambda tx: nodes.remove(tx, other.id))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "limit", [LimitConfig(concurrency=3), LimitConfig(group_concurrency=3), LimitConfig(3, 3)]
 )

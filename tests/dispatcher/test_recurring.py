@@ -15,6 +15,7 @@ from workerd.store.base import Store
 from workerd.store.nodes import NodeRecord
 
 
+@pytest.mark.slow
 def test_each_tick_inserts_one_job(make_harness: MakeHarness, store: Store) -> None:
     """A cron of every second makes one job a second, due at the full second."""
     harness = make_harness(poll=0.05, pools=pool_of("beat", ScheduleConfig(cron=EVERY_SECOND)))
@@ -25,6 +26,7 @@ def test_each_tick_inserts_one_job(make_harness: MakeHarness, store: Store) -> N
     assert due[0] % SECOND == 0
 
 
+@pytest.mark.slow
 def test_two_nodes_fire_each_tick_once_and_never_claim_the_same(
     make_harness: MakeHarness, store: Store
 ) -> None:
@@ -67,6 +69,7 @@ def test_missed_ticks_fire_once(make_harness: MakeHarness, store: Store) -> None
     assert len(due) == 1 or due[1:] == [due[0] + 60 * SECOND]  # the next minute began just now
 
 
+@pytest.mark.slow
 def test_a_tick_waits_for_the_run_before_it(make_harness: MakeHarness, store: Store) -> None:
     """`overlap = "queue"`: while the last run lives no tick fires, and none is lost."""
     harness = make_harness(
@@ -114,6 +117,7 @@ def test_a_tick_is_skipped_while_the_last_run_lives(make_harness: MakeHarness, s
     assert len(job_rows(store, "beat")) == 1
 
 
+@pytest.mark.slow
 def test_a_paused_schedule_fires_nothing(make_harness: MakeHarness, store: Store) -> None:
     """Pausing stops the ticks; resuming continues from then."""
     harness = make_harness(poll=0.05, pools=pool_of("beat", ScheduleConfig(cron=EVERY_SECOND)))
@@ -139,6 +143,7 @@ def test_a_cooler_gets_its_row(make_harness: MakeHarness, store: Store) -> None:
     assert len(job_rows(store, "cool")) == 1
 
 
+@pytest.mark.slow
 def test_a_schedule_that_no_node_has_is_removed(make_harness: MakeHarness, store: Store) -> None:
     """The schedule and its waiting row are removed once no live node has it configured."""
     store.run(lambda tx: schedule_control.upsert(tx, {"old": ScheduleConfig(cooler=3600.0)}))
@@ -165,6 +170,7 @@ def test_a_schedule_of_another_live_node_stays(make_harness: MakeHarness, store:
 AHEAD = 600 * SECOND
 
 
+@pytest.mark.slow
 def test_a_cron_goes_on_when_the_clock_of_the_store_was_set_back(
     make_harness: MakeHarness, store: Store
 ) -> None:
@@ -210,6 +216,7 @@ def test_a_cooler_goes_on_when_the_clock_of_the_store_was_set_back(
     assert [claim.id for claim in pool.claims.values()] == [made[0]]
 
 
+@pytest.mark.slow
 def test_a_schedule_whose_jobs_the_store_refuses_stops_no_other(
     make_harness: MakeHarness, store: Store, store_url: str
 ) -> None:
@@ -238,6 +245,7 @@ def test_a_schedule_whose_jobs_the_store_refuses_stops_no_other(
     harness.until(lambda: not harness.beat.trouble)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("store_url", ["mysql"], indirect=True)
 def test_a_locked_schedule_stops_no_other(make_harness: MakeHarness, store: Store, store_url: str) -> None:
     """The ticks of the other fire while the row of one is locked; its own are made up for."""

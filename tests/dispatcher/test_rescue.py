@@ -55,6 +55,7 @@ def test_a_live_node_is_left_alone(make_harness: MakeHarness, store: Store) -> N
     assert not harness.ingester.outcomes
 
 
+@pytest.mark.slow
 def test_a_lease_counts_as_over_only_after_the_store_answered_for_a_lease(
     make_harness: MakeHarness, store: Store
 ) -> None:
@@ -198,6 +199,7 @@ def renewals(store: Store, lease_until: str) -> Callable[[], None]:
     return renew
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "lease_until", ["2001-01-01 00:00:00", "2069-01-01 00:00:00"], ids=["forward", "back"]
 )
@@ -225,6 +227,7 @@ def test_a_node_that_renews_lives_however_the_clock_of_the_store_was_set(
     assert {(o.reason, o.node_id) for o in harness.ingester.outcomes} == {(Reason.LOST, OTHER.id)}
 
 
+@pytest.mark.slow
 def test_a_node_with_a_longer_lease_has_as_long_to_renew_it(make_harness: MakeHarness, store: Store) -> None:
     """Each node has its own configuration, and publishes the length of its lease."""
     patient = NodeRecord(id=OTHER.id, name=OTHER.name, info=msgspec.json.encode(NodeInfo(lease_s=3.0)))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 
+import pytest
+
 from tests.support.dispatching import FakePool, MakeHarness, insert_jobs, job_state
 from tests.support.eventually import eventually
 from workerd.dispatcher.pool_links import PoolLink
@@ -122,6 +124,7 @@ def test_claims_of_other_pools_survive_the_death_of_one(make_harness: MakeHarnes
     assert {job_state(store, job)[0] for job in others} == {"inprogress"}
 
 
+@pytest.mark.slow
 def test_claims_made_during_a_settlement_stay_with_their_pool(
     make_harness: MakeHarness, store: Store
 ) -> None:
@@ -202,6 +205,7 @@ def test_a_commit_without_an_answer_is_settled(make_harness: MakeHarness, store:
     assert len(harness.ingester.outcomes) == 5
 
 
+@pytest.mark.slow
 def test_outcomes_are_sent_again_to_a_restarted_ingester(make_harness: MakeHarness, store: Store) -> None:
     """An outcome that was not acknowledged reaches the next ingester, and so does the barrier."""
     harness = make_harness()
@@ -218,6 +222,7 @@ def test_outcomes_are_sent_again_to_a_restarted_ingester(make_harness: MakeHarne
     harness.until(lambda: all(job_state(store, job)[2] == 2 for job in ids))
 
 
+@pytest.mark.slow
 def test_a_pool_that_connects_before_its_roster_is_inventoried(
     make_harness: MakeHarness, store: Store
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import msgspec
+import pytest
 
 from tests.support.dispatching import MakeHarness, idle, insert_jobs
 from workerd.messages import Scheduled
@@ -11,6 +12,7 @@ from workerd.store import handlers, job_control
 from workerd.store.base import Store
 
 
+@pytest.mark.slow
 def test_a_row_that_is_due_soon_does_not_wait_for_the_poll(make_harness: MakeHarness, store: Store) -> None:
     """A wake-up carries the due time of a scheduled row; malformed ones are ignored."""
     harness, pool = idle(make_harness, 60.0, "h")
@@ -23,6 +25,7 @@ def test_a_row_that_is_due_soon_does_not_wait_for_the_poll(make_harness: MakeHar
     assert [key[0] for key in pool.claims] == [job]
 
 
+@pytest.mark.slow
 def test_an_unannounced_row_is_found_by_the_poll(make_harness: MakeHarness, store: Store) -> None:
     """Without a wake-up the poll finds it."""
     harness, pool = idle(make_harness, 0.1, "h", "g", "f")
@@ -30,6 +33,7 @@ def test_an_unannounced_row_is_found_by_the_poll(make_harness: MakeHarness, stor
     harness.until(lambda: pool.claims, within=10)
 
 
+@pytest.mark.slow
 def test_due_rows_become_new_in_time(make_harness: MakeHarness, store: Store) -> None:
     """A scheduled row is claimed when it is due, although the poll is long."""
     (job,) = insert_jobs(store, "h", 1, delay=3_000_000)  # there at the first look

@@ -66,6 +66,7 @@ def failover(
     made.harness.close()
 
 
+@pytest.mark.slow
 def test_claims_that_the_store_lost_are_taken_back(failover: FailoverHarness) -> None:
     """The same attempts of the pool that runs them: no other claim of them is made, and their ends count."""
     ids = insert_jobs(failover.store, "h", 2)
@@ -85,6 +86,7 @@ def test_claims_that_the_store_lost_are_taken_back(failover: FailoverHarness) ->
     assert not failover.harness.ingester.outcomes
 
 
+@pytest.mark.slow
 def test_a_run_whose_end_the_store_lost_is_lost_and_not_forgotten(failover: FailoverHarness) -> None:
     """One is back as `new`, one as `inprogress`: both may have run, so both end as lost and run again."""
     back_as_new, in_progress = insert_jobs(failover.store, "h", 2)
@@ -100,6 +102,7 @@ def test_a_run_whose_end_the_store_lost_is_lost_and_not_forgotten(failover: Fail
     assert set(pool.claims) == {AttemptRef(back_as_new, 2), AttemptRef(in_progress, 2)}
 
 
+@pytest.mark.slow
 def test_what_ended_before_the_ingester_began_to_remember_may_have_run(failover: FailoverHarness) -> None:
     """An ingester that was restarted does not know what its predecessor has written."""
     (made,) = insert_jobs(failover.store, "h", 1)
@@ -113,6 +116,7 @@ def test_what_ended_before_the_ingester_began_to_remember_may_have_run(failover:
     assert job_state(failover.store, made)[2] == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cooler", [False, True], ids=["a retry", "the next run of a cooler"])
 def test_an_earlier_run_is_not_settled_beside_a_later_one(failover: FailoverHarness, cooler: bool) -> None:
     """The store lost the end of the first and the row of the second, which runs here."""
@@ -136,6 +140,7 @@ def test_an_earlier_run_is_not_settled_beside_a_later_one(failover: FailoverHarn
     assert (outcome.ref, outcome.reason) == (AttemptRef(first, 1), Reason.LOST)
 
 
+@pytest.mark.slow
 def test_without_a_loss_nothing_changes(failover: FailoverHarness) -> None:
     """An absence alone costs no attempt: what is held stays held, what was never handed over is released."""
     ids = insert_jobs(failover.store, "h", 2)

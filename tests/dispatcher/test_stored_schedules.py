@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.support.dispatching import EVERY_SECOND, MakeHarness, job_rows
 from workerd.clock import SECOND
 from workerd.config.schedule_config import NamedSchedule
@@ -15,6 +17,7 @@ def put(store: Store, schedule: NamedSchedule) -> None:
     store.run(lambda tx: schedule_control.set_(tx, schedule))
 
 
+@pytest.mark.slow
 def test_a_schedule_fires_from_when_it_is_set_until_it_is_removed(
     make_harness: MakeHarness, store: Store
 ) -> None:
@@ -32,6 +35,7 @@ def test_a_schedule_fires_from_when_it_is_set_until_it_is_removed(
     assert harness.beat.info["fired"] == made
 
 
+@pytest.mark.slow
 def test_each_tick_fires_once_on_three_nodes_while_it_is_set_removed_and_a_node_is_killed(
     make_harness: MakeHarness, store: Store
 ) -> None:

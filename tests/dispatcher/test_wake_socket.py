@@ -33,6 +33,7 @@ def test_a_wake_up_is_served_before_the_next_poll(make_harness: MakeHarness, sto
     harness.until(lambda: pool.claims, within=10)
 
 
+@pytest.mark.slow
 def test_a_wake_up_that_names_handlers_is_for_those_alone(
     make_harness: MakeHarness, store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -94,6 +95,7 @@ def test_a_wake_up_that_found_no_room_is_served_too(make_harness: MakeHarness, s
     harness.until(lambda: any(key[0] == job for key in pool.claims), within=10)
 
 
+@pytest.mark.slow
 def test_a_row_is_claimed_before_its_sender_knows_of_it(make_harness: MakeHarness, store: Store) -> None:
     """Who inserts says so before; afterwards it names the job, and a job that was claimed is no news."""
     harness, pool = idle(make_harness, 60.0, "h")
@@ -118,6 +120,7 @@ def assert_not_looked_for_early(harness: DispatcherHarness, pool: FakePool) -> N
     harness.until(lambda: pool.claims, within=10)
 
 
+@pytest.mark.slow
 def test_after_a_claim_nothing_is_looked_for_early(
     make_harness: MakeHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -127,6 +130,7 @@ def test_after_a_claim_nothing_is_looked_for_early(
     assert_not_looked_for_early(harness, pool)
 
 
+@pytest.mark.slow
 def test_newcomers_of_a_fair_handler_are_not_looked_for_early(make_harness: MakeHarness) -> None:
     """A look that finds none puts off the next one."""
     fair = HandlerConfig(name="h", call="x:y", pool="p", fair=True)

@@ -43,12 +43,14 @@ def names(page: Path) -> str:
     return str(page.relative_to(ROOT))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", TUTORIALS, ids=names)
 def test_a_tutorial_runs_in_an_empty_folder(page: Path, tmp_path: Path) -> None:
     """It starts and stops its own daemon."""
     read(page, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", OTHERS, ids=names)
 def test_a_page_runs_beside_a_daemon(page: Path, tmp_path: Path, mysql_url: str, mysql: Store) -> None:
     """Which has the configuration of the page, and what `tests/docs/readers` lays beside it."""

@@ -110,6 +110,7 @@ def test_pages_of_named_lists(api: Api, kind: str) -> None:
     assert api.get("/nodes?after=alpha").status_code == 422
 
 
+@pytest.mark.slow
 def test_stats(api: Api) -> None:
     """Of every handler that is known, with workers and rates; asked again at once, the same figures."""
     api.ended(api.enqueue("noop"))

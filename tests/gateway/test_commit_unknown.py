@@ -76,6 +76,7 @@ def cache(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.setattr(KnownHandlers, "TTL_S", 0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cache")
 @pytest.mark.parametrize("path", POSTS)
 @pytest.mark.parametrize("key", [{}, {"Idempotency-Key": "k"}], ids=["plain", "keyed"])
@@ -102,6 +103,7 @@ def test_a_post_says_that_it_may_have_been_done(
     assert (ids_of(again) == problem["ids"]) == bool(key)
 
 
+@pytest.mark.slow
 def test_the_client_says_that_it_may_have_been_done(config: Config, line: SilentCommit) -> None:
     """By ids that can be looked up, and sent again."""
     with Client(config, timeout=TIMEOUT_S) as client:

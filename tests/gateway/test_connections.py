@@ -189,6 +189,7 @@ def post_head(framing: str, host: str = "127.0.0.1", path: str = "/jobs") -> byt
     return f"POST {path} HTTP/1.1\r\nHost: {host}\r\n{framing}\r\n\r\n".encode()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("head", "answer"),
     [

@@ -213,6 +213,7 @@ def test_the_store_becomes_unavailable_and_available_again(
         assert api.ended(api.enqueue("noop"))["status"] == "completed"
 
 
+@pytest.mark.slow
 def test_a_stuck_gateway_is_replaced(tmp_path: Path) -> None:
     """A stopped gateway misses its watchdog and is replaced on the same address."""
     config = '[supervisor]\nwatchdog = "2s"\n' + CONFIG
@@ -246,6 +247,7 @@ def test_the_node_stops(tmp_path: Path) -> None:
             assert stream.ended.wait(10)
 
 
+@pytest.mark.slow
 def test_events(api: Api) -> None:
     """A stream sends what changed on its page; too many streams are refused, other requests are not."""
     job = api.enqueue("noop", delay="1h")
@@ -281,6 +283,7 @@ def test_a_removed_database_file_is_noticed(tmp_path: Path) -> None:
         assert api.ended(api.enqueue("noop"))["status"] == "completed"
 
 
+@pytest.mark.slow
 def test_a_missing_privilege_is_one_named_state(tmp_path: Path, own_server: DatabaseServer) -> None:
     """The probe writes as the daemon does, so the store is not back before it can be used."""
     name = own_server.new_database()

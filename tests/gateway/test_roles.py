@@ -145,6 +145,8 @@ def test_a_page_shows_what_the_role_may_do(api: Api) -> None:
     assert acting >= 5
     assert api.get("/ui/audit").status_code == 200
     assert api.get("/ui/audit", headers=as_role(Role.VIEWER)).status_code == 403
+    # The end of the daemon would wait for its run.
+    assert api.post(f"/requests/{request}/cancel").status_code == 202
 
 
 def test_updates_of_a_page_are_those_of_the_role(api: Api) -> None:

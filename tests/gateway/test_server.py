@@ -315,6 +315,7 @@ def test_a_client_that_disconnects(api: Api) -> None:
             connection.sendall(data)
 
 
+@pytest.mark.slow
 def test_a_thousand_idle_connections(api: Api) -> None:
     """A thousand idle connections delay no other client and are closed in the end."""
     with ExitStack() as stack:
@@ -329,6 +330,7 @@ def test_a_thousand_idle_connections(api: Api) -> None:
             until_closed(connection)
 
 
+@pytest.mark.slow
 def test_slow_body(api: Api) -> None:
     """A body that never arrives gets 408 or a closed connection; others are served meanwhile."""
     with api.bare() as connection:

@@ -379,6 +379,7 @@ def test_a_spool_more_than_half_full_leaves_logs_out_first(
     assert len(rows) == 100
 
 
+@pytest.mark.slow
 def test_without_store_and_spool_it_stops_reading_at_a_bound(
     make_harness: MakeHarness, durable_server: DatabaseServer, durable_url: str
 ) -> None:
@@ -451,6 +452,7 @@ def test_waiting_for_the_lock_of_a_handler_is_no_outage(
 # -- slow lines
 
 
+@pytest.mark.slow
 def test_batches_shrink_on_a_slow_line_and_grow_again(
     make_harness: MakeHarness, mysql_server: DatabaseServer, mysql_url: str
 ) -> None:

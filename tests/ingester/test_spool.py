@@ -265,6 +265,7 @@ def work(folder: Path, report: int) -> None:
             spool.advance(len(batch))
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_moment_loses_no_acknowledged_outcome(tmp_path: Path) -> None:
     """Whatever was durable and not in the store yet is found by the next process, in order."""
     ends = []

@@ -126,6 +126,7 @@ def test_a_group_that_was_idle_starts_before_nothing_that_is_more_urgent(
     assert begun == [claim.id for claim in (*urgent, late, *others)]
 
 
+@pytest.mark.slow
 def test_a_group_that_was_idle_starts_before_what_is_queued_at_a_worker(
     fair_harness: PoolHarness, marks: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

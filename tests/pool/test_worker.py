@@ -239,13 +239,17 @@ def test_the_soft_deadline_is_raised_in_user_code(started: Any, name: str) -> No
 
 
 def press(worker: Worker, every: int = 20) -> None:
-    """Send the soft signal every so many milliseconds, until the worker has sent something."""
+    """Send the soft signal every so many milliseconds, until the worker has sent something.
+
+    Its output is read meanwhile, since a result waits for that.
+    """
     poll = select.poll()
     poll.register(worker.sock, select.POLLIN)
     while True:
         worker.signal(SOFT_SIGNAL)
         if poll.poll(every):
             return
+        worker.printed()
 
 
 def test_a_swallowed_deadline_is_raised_again(started: Any, tmp_path: Path) -> None:

@@ -152,6 +152,7 @@ def test_a_server_that_died_before_the_statement(own_server: DatabaseServer, ope
     assert value(store, "SELECT COUNT(*) FROM workerd_jobs") == 2
 
 
+@pytest.mark.slow
 def test_a_server_that_does_not_answer(own_server: DatabaseServer, opened: Opened) -> None:
     """A statement that writes has its commit in it: it may be there or not. A look leaves nothing open."""
     store = opened(own_server.url(own_server.new_database()), timeout=1.5)
@@ -209,6 +210,7 @@ def test_a_row_that_another_holds(mysql: Store, mysql_url: str, opened: Opened) 
     sql(other, "UPDATE workerd_jobs SET priority = 2 WHERE id = %s", made)
 
 
+@pytest.mark.slow
 def test_a_statement_that_the_server_stopped(mysql_url: str, opened: Opened) -> None:
     """Its time limit is reported by a server that answers."""
     store = opened(mysql_url, timeout=4.0)

@@ -106,6 +106,7 @@ def rows(store: Store, store_url: str) -> Iterator[Rows]:
     assert held <= running
 
 
+@pytest.mark.slow
 def test_no_more_run_than_the_limit_allows(store: Store, rows: Rows) -> None:
     """What does not fit stays `new`; a slot that was freed is taken again."""
     claimer = Claimer(store, LimitConfig(concurrency=3))
@@ -200,6 +201,7 @@ def test_a_group_has_slots_of_its_own(store: Store, rows: Rows) -> None:
     assert len(claimer.claim()) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("template", ["", "{tenant}"])
 def test_large_claims_share_by_weight(store: Store, rows: Rows, template: str) -> None:
     """Also while all that can be seen in front is of one group, and groups are filled from the vars."""
@@ -476,6 +478,7 @@ def test_a_claim_for_idle_groups_takes_nothing_before_what_is_more_urgent(
     assert [claim.id for claim in claimer.claim(2)] == [late]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wanted", [1, 2, 20, 300])
 @pytest.mark.parametrize("are_parked", [False, True])
 def test_smaller_priorities_come_first_whatever_the_turn(

@@ -175,6 +175,7 @@ def tables(store: Store) -> list[object]:
     return [store.read(lambda tx, t=t: tx.one(f"SHOW CREATE TABLE workerd_{t}")) for t in TABLES]
 
 
+@pytest.mark.slow
 def test_a_migration_cut_short_at_any_statement_is_finished(
     mysql: Store, mysql_server: DatabaseServer, opened: Callable[..., Store], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -232,6 +233,7 @@ def test_nodes_migrate_at_once_while_others_write(
     assert value(version_1, counted, "h") == 4096
 
 
+@pytest.mark.slow
 def test_a_migration_keeps_no_writer_waiting_behind_an_open_transaction(
     version_1: Store, mysql_server: DatabaseServer, mysql_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

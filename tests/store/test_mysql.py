@@ -293,6 +293,7 @@ def test_a_commit_without_an_answer_is_unknown(own_server: DatabaseServer, opene
     assert value(store, "SELECT COUNT(*) FROM workerd_jobs") == 0
 
 
+@pytest.mark.slow
 def test_a_frozen_server_is_away_after_the_timeout(own_server: DatabaseServer, opened: Opened) -> None:
     """No statement, COMMIT or connect waits without a limit."""
     store = opened(own_server.url(own_server.new_database()), timeout=1.5)

@@ -22,6 +22,7 @@ BYTES_S = 100_000
 Opened = Callable[..., Store]
 
 
+@pytest.mark.slow
 def test_a_statement_and_a_result_may_take_longer_than_the_time_limit(tcp_url: str, opened: Opened) -> None:
     """Each needs twice the limit and more; progress is shown all the while."""
     opened(tcp_url).migrate()

@@ -101,6 +101,7 @@ def test_a_reload_whose_pool_does_not_stay_up_has_failed(
     assert harness.stop() == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fate", ["falls", "waits"])
 def test_a_reload_whose_roles_do_not_stay_up_has_failed(harness: SupervisorHarness, fate: str) -> None:
     """A reload that breaks a role has failed, though the role is restarted; the next one may mend it."""
@@ -185,6 +186,7 @@ def test_a_quarantined_pool_is_tried_again_at_a_reload(harness: SupervisorHarnes
     assert harness.is_ready()
 
 
+@pytest.mark.slow
 def test_a_quarantined_pool_that_dies_when_a_reload_asks_it_is_tried_again(
     harness: SupervisorHarness,
 ) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from tests.pool.harness import alive
 from tests.support.daemon import Daemon
 from tests.support.eventually import eventually
@@ -30,6 +32,7 @@ restart = {{ intensity = 1, period = "60s" }}
 """
 
 
+@pytest.mark.slow
 def test_a_program_is_a_handler_like_any_other(
     start_daemon: Callable[..., Daemon], store_url: str, marks: Path
 ) -> None:

@@ -159,6 +159,7 @@ def test_dispatcher_killed_during_a_settlement(make_harness: MakeHarness) -> Non
     harness.end()
 
 
+@pytest.mark.slow
 def test_pool_killed_with_running_waiting_and_unacknowledged_jobs(
     tmp_path: Path, store_url: str, store: Any
 ) -> None:

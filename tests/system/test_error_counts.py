@@ -79,6 +79,7 @@ def die_in_turn(daemon: Daemon, rows: Rows, targets: tuple[str, ...]) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_kills_of_processes_lose_and_double_no_count(store_url: str, store: object, tmp_path: Path) -> None:
     """Of a worker, the pool, the ingester and the dispatcher, on both engines."""
     rows = Rows(store_url)
@@ -89,6 +90,7 @@ def test_kills_of_processes_lose_and_double_no_count(store_url: str, store: obje
     assert_exact(rows)
 
 
+@pytest.mark.slow
 def test_kills_of_the_server_lose_and_double_no_count(durable_server: DatabaseServer, tmp_path: Path) -> None:
     """A batch whose COMMIT had no answer is closed, and counted, once; so is what waited in the spool."""
     url = durable_server.url(durable_server.new_database())

@@ -46,6 +46,7 @@ def expired(api: Api, job: str) -> bool:
     return (found["status"], found["reason"]) == ("cancelled", "expired")
 
 
+@pytest.mark.slow
 def test_every_way_in(api: Api) -> None:
     """All of a paused handler; `why` tells the reason."""
     soon = (datetime.now(UTC) + timedelta(seconds=5)).isoformat()
@@ -65,6 +66,7 @@ def test_every_way_in(api: Api) -> None:
     assert "It had to start within" in why
 
 
+@pytest.mark.slow
 def test_a_handlers_own_and_its_request(api: Api) -> None:
     """Plain INSERTs and jobs of requests too; a request of one that expired fails."""
     rows = Rows(api.daemon.url)

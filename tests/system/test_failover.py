@@ -75,6 +75,7 @@ def harness(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Failover
         pair.remove()
 
 
+@pytest.mark.slow
 def test_work_goes_on_on_the_promoted_server(harness: FailoverHarness) -> None:
     """The user may or may not write on read-only servers; gateway and client hold idle connections."""
     pair, api, rows = harness.pair, harness.api, Rows(harness.pair.url(harness.pair.replica))

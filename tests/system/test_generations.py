@@ -98,6 +98,7 @@ def generations(tmp_path: Path) -> Iterator[Generations]:
     assert_settled(harness.rows)
 
 
+@pytest.mark.slow
 def test_new_code_takes_over_and_no_run_is_interrupted(generations: Generations) -> None:
     """Not even one that could resume; each generation is shown until its last run has ended."""
     first = generations.begin("one")
@@ -128,6 +129,7 @@ def test_the_end_of_the_overlap_interrupts_what_still_runs(generations: Generati
     assert generations.end("one", job) == [[("interrupted", None), ("ok", b"[2,false]")]]
 
 
+@pytest.mark.slow
 def test_a_former_generation_may_be_killed_cancelled_and_drained(generations: Generations) -> None:
     """It is not started again, its claims are settled as those of any pool, and the node stops with it."""
     killed = generations.begin("one")
@@ -147,6 +149,7 @@ def test_a_former_generation_may_be_killed_cancelled_and_drained(generations: Ge
     assert [row["reason"] for row in generations.rows.attempts(last)] == ["interrupted", None]
 
 
+@pytest.mark.slow
 def test_a_pool_that_is_removed_ends_its_runs(generations: Generations) -> None:
     """A reload does not wait for them; code that does not load leaves the former processes to their runs."""
     job = generations.begin("one")

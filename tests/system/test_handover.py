@@ -135,6 +135,7 @@ def once(rows: Rows) -> None:
     assert set(ticks.values()) == {1}, ticks
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_while_new_jobs_run_the_new_code(host: Host) -> None:
     """Also over a second hand-over; commands, HTTP and metrics show all that live, and follow the newest."""
     host.start(1)
@@ -168,6 +169,7 @@ def test_a_run_goes_on_while_new_jobs_run_the_new_code(host: Host) -> None:
     once(host.rows)
 
 
+@pytest.mark.slow
 def test_either_may_be_killed(host: Host) -> None:
     """The former one only settles when it is started again; the new one serves again."""
     host.start(1)
@@ -191,6 +193,7 @@ def test_either_may_be_killed(host: Host) -> None:
     once(host.rows)
 
 
+@pytest.mark.slow
 def test_the_first_generation_takes_over_again(host: Host) -> None:
     """After a start by hand; a stop of a superseded one asks its runs to end within `shutdown.drain`."""
     host.start(1)

@@ -194,6 +194,7 @@ def harness(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KillMatrixHarn
         server.remove()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("targets", "signal_name", "moment"), CELLS)
 def test_kill_matrix(
     harness: KillMatrixHarness, targets: tuple[str, ...], signal_name: str, moment: str

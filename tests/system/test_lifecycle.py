@@ -182,6 +182,7 @@ def test_stale_files_do_not_block_a_start(tmp_path: Path) -> None:
 # -- drains
 
 
+@pytest.mark.slow
 def test_a_drain_ends_all_jobs_and_processes(tmp_path: Path) -> None:
     """Jobs that finish in time finish, longer ones are interrupted, waiting ones are released."""
     harness = LifecycleHarness(tmp_path)
@@ -271,6 +272,7 @@ def test_a_stopped_child_is_replaced(tmp_path: Path, name: str) -> None:
     assert_settled(harness.rows)
 
 
+@pytest.mark.slow
 def test_the_status_tells_of_a_role_that_makes_no_progress(tmp_path: Path) -> None:
     """Before the watchdog ends it; what it last said of the lease runs out meanwhile."""
     config = CONFIG.replace('watchdog = "2s"', 'watchdog = "60s"')
@@ -285,6 +287,7 @@ def test_the_status_tells_of_a_role_that_makes_no_progress(tmp_path: Path) -> No
         eventually(lambda: not daemon.status()["roles"]["dispatcher"]["trouble"])
 
 
+@pytest.mark.slow
 def test_a_stopped_supervisor_kills_no_child_when_it_resumes(harness: LifecycleHarness) -> None:
     """Jobs run meanwhile; on resume it does not mistake its own pause for stuck children."""
     supervisor = harness.supervisor()
@@ -300,6 +303,7 @@ def test_a_stopped_supervisor_kills_no_child_when_it_resumes(harness: LifecycleH
     assert "made no progress" not in harness.daemon.logged()
 
 
+@pytest.mark.slow
 def test_a_deleted_runtime_folder_is_created_again(harness: LifecycleHarness) -> None:
     """After a cleaner of temporary files: the loss is logged, the sockets are created again, jobs run."""
     shutil.rmtree(harness.run)

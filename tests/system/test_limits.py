@@ -67,6 +67,7 @@ def victims(daemons: list[Daemon]) -> list[psutil.Process]:
     return found
 
 
+@pytest.mark.slow
 def test_no_more_run_than_the_limit_whatever_is_killed(
     store_url: str, tmp_path: Path, start_daemon: Callable[..., Daemon]
 ) -> None:
@@ -111,6 +112,7 @@ workers = 2
 """
 
 
+@pytest.mark.slow
 def test_a_limit_is_renamed_and_removed_while_jobs_hold_its_slots(
     store_url: str, tmp_path: Path, start_daemon: Callable[..., Daemon]
 ) -> None:
@@ -221,6 +223,7 @@ def test_a_handler_that_a_reload_removes_keeps_its_limit_to_the_end(
 FLOOD, SINGLE, RUNS_BETWEEN = 3_000, 10, 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("counted", ["concurrency", "group_concurrency"])
 def test_a_flood_of_one_node_leaves_another_its_turn(
     store_url: str, start_daemon: Callable[..., Daemon], counted: str
@@ -310,6 +313,7 @@ workers = 3
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scope", ["limit", "group"])
 def test_a_hold_stops_every_node_within_one_poll(
     store_url: str, start_daemon: Callable[..., Daemon], scope: str

@@ -7,6 +7,8 @@ import os
 import signal
 from pathlib import Path
 
+import pytest
+
 from tests.support.daemon import ROOT, Daemon
 from tests.support.eventually import eventually
 from tests.support.rows import Rows, assert_settled
@@ -35,6 +37,7 @@ def events(daemon: Daemon, name: str) -> list[dict[str, object]]:
     return [json.loads(line) for line in lines]
 
 
+@pytest.mark.slow
 def test_a_failover_that_lost_claims_and_ends(tmp_path: Path, durable_server: DatabaseServer) -> None:
     """One job runs and one has ended when the store forgets both claims and the end."""
     url = durable_server.url(durable_server.new_database())

@@ -124,6 +124,7 @@ def test_three_share_20_000_jobs_and_one_is_killed(make_daemon: MakeDaemon, rows
     stop_all(rows, daemons[0], daemons[2])
 
 
+@pytest.mark.slow
 def test_a_dead_nodes_running_job_is_retried_elsewhere(
     make_daemon: MakeDaemon, rows: Rows, tmp_path: Path
 ) -> None:

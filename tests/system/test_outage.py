@@ -167,6 +167,7 @@ def lease_is_lost(harness: OutageHarness) -> bool:
 # -- server killed, frozen, disconnected
 
 
+@pytest.mark.slow
 def test_server_killed_for_longer_than_the_lease(
     harness: OutageHarness, durable_server: DatabaseServer
 ) -> None:

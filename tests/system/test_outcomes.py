@@ -149,6 +149,7 @@ def without_stack(rows: Rows, ids: dict[str, bytes]) -> list[str]:
     return [name for name, stack in stacks.items() if "no Python stack was written" in stack]
 
 
+@pytest.mark.slow
 def test_every_outcome(daemon: Daemon, store_url: str) -> None:
     """Each behaviour produces the rows of its case while all the others run beside it."""
     rows = Rows(store_url)

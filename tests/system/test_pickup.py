@@ -49,6 +49,7 @@ def ticks(rows: Rows) -> int:
     return len(rows.sql("SELECT 1 FROM workerd_jobs WHERE handler = 'beat'"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("store_url", ["mysql"], indirect=True)
 def test_a_node_with_pickup_disabled_serves_its_api(start_daemon: StartDaemon, store_url: str) -> None:
     """It enqueues but does not claim, fire schedules or start requests; another node does."""
@@ -82,6 +83,7 @@ def test_a_node_with_pickup_disabled_serves_its_api(start_daemon: StartDaemon, s
     assert ticks(rows) >= before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("store_url", ["mysql"], indirect=True)
 def test_pickup_windows_of_requests_and_their_steps(start_daemon: StartDaemon, store_url: str) -> None:
     """New requests wait for `requests_new`, further steps for `requests_inprogress`; jobs run at once."""

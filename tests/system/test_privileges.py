@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from urllib.parse import quote
 
+import pytest
+
 from tests.docs.blocks import ROOT, blocks
 from tests.support.daemon import ROOT as TESTED
 from tests.support.daemon import Daemon
@@ -46,6 +48,7 @@ def _grants(server: DatabaseServer, name: str) -> list[str]:
     return [row[0].rstrip(";") for row in server.sql(asked.rstrip().rstrip(";"), name)]
 
 
+@pytest.mark.slow
 def test_a_daemon_does_its_work_with_the_privileges_on_its_own_tables(
     tmp_path: Path, own_server: DatabaseServer
 ) -> None:

@@ -87,6 +87,7 @@ def test_no_outcome_breaks_a_chain(start_daemon: StartDaemon, tmp_path: Path, st
     assert_settled(rows)
 
 
+@pytest.mark.slow
 @mysql_only
 def test_a_killed_pool_and_a_cancel_do_not_break_a_chain(
     start_daemon: StartDaemon, tmp_path: Path, store_url: str
@@ -123,6 +124,7 @@ def slow(tmp_path: Path, seconds: float) -> str:
     return f'\n[pools.beat]\nenv = {{ BEATS = "{tmp_path}/beats", BEAT_SECONDS = "{seconds}" }}\n'
 
 
+@pytest.mark.slow
 @mysql_only
 def test_a_killed_node_does_not_break_a_chain(
     start_daemon: StartDaemon, tmp_path: Path, store_url: str

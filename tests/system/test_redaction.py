@@ -83,6 +83,7 @@ def traces(text: str) -> list[str]:
     return [trace for trace in TRACES if trace.lower() in text.lower()]
 
 
+@pytest.mark.slow
 def test_a_canary_is_found_nowhere(api: Api) -> None:
     """Not in HTTP, dashboard, command line, logs, errors, stacks and notes, nor elsewhere in the store."""
     jobs = {kind: enqueue(api, kind) for kind in ENDINGS}

@@ -201,6 +201,7 @@ def test_a_reload_with_a_wrong_store_url_is_refused(harness: ReloadHarness) -> N
     assert harness.pids() == before
 
 
+@pytest.mark.slow
 def test_a_reload_with_an_unreachable_store_fails(harness: ReloadHarness) -> None:
     """Roles that wait for the store do not count as up; the next reload with a reachable store succeeds."""
     harness.daemon.url = f"sqlite:///{harness.folder}/missing/store.db"

@@ -89,6 +89,7 @@ def test_no_row_below_an_acknowledged_save_is_done_twice(resume: Resume) -> None
     resume.check_rows()
 
 
+@pytest.mark.slow
 def test_what_was_acknowledged_survives_the_pool(resume: Resume) -> None:
     """The pool dies with its workers; what it had sent to the ingester is in the row before it is settled."""
     job = resume.rows.insert("rows", {"path": str(resume.path), "count": 300, "pause": 0.005})
@@ -102,6 +103,7 @@ def test_what_was_acknowledged_survives_the_pool(resume: Resume) -> None:
     resume.check_rows()
 
 
+@pytest.mark.slow
 def test_what_was_committed_survives_the_node(start_daemon: Callable[..., Daemon], resume: Resume) -> None:
     """With `wait`, no save is acknowledged before its commit."""
     job = resume.rows.insert("rows", {"path": str(resume.path), "count": 60, "pause": 0.02, "wait": True})
@@ -115,6 +117,7 @@ def test_what_was_committed_survives_the_node(start_daemon: Callable[..., Daemon
     resume.check_rows()
 
 
+@pytest.mark.slow
 def test_the_hard_deadline_and_a_crash_lose_nothing(resume: Resume) -> None:
     """Steps are not run again, whatever ended the attempt; an async one neither."""
     hanging = resume.rows.insert("hangs_after_saving")

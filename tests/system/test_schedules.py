@@ -58,6 +58,7 @@ def assert_every_second(found: list[datetime]) -> None:
 # -- ticks -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("store_url", ["mysql"], indirect=True)
 def test_three_daemons_fire_each_tick_once(start_daemon: StartDaemon, store_url: str) -> None:
     """Ticks of handlers and of workflows; their jobs run."""
@@ -99,6 +100,7 @@ def test_misfire_policies(start_daemon: StartDaemon, store_url: str) -> None:
     assert ticks(rows, "all") == [last + timedelta(days=n) for n in range(1, 6)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("store_url", ["sqlite"], indirect=True)
 def test_overlap_policies(start_daemon: StartDaemon, tmp_path: Path, store_url: str) -> None:
     """While the last run is active, `allow` fires, `skip` drops the tick and `queue` defers it."""
@@ -121,6 +123,7 @@ def test_overlap_policies(start_daemon: StartDaemon, tmp_path: Path, store_url: 
 # -- manual runs, pause and resume -------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("store_url", ["mysql"], indirect=True)
 def test_a_cron_is_listed_paused_resumed_and_run(start_daemon: StartDaemon, store_url: str) -> None:
     """Ticks during a pause are not fired later; a manual run is not a tick."""

@@ -6,6 +6,8 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from tests.support.daemon import ROOT, Daemon
 from tests.support.eventually import eventually
 from tests.support.storing import sql
@@ -40,6 +42,7 @@ def test_a_handler_is_known_when_the_node_is_ready(start_daemon: Callable[..., D
     assert daemon.stop() == 0
 
 
+@pytest.mark.slow
 def test_handlers_are_announced_again_when_the_node_is_registered_anew(
     start_daemon: Callable[..., Daemon], store: Store
 ) -> None:
@@ -53,6 +56,7 @@ def test_handlers_are_announced_again_when_the_node_is_registered_anew(
     assert daemon.stop() == 0
 
 
+@pytest.mark.slow
 def test_a_handler_taken_out_of_the_configuration_is_unknown(
     start_daemon: Callable[..., Daemon], store: Store
 ) -> None:

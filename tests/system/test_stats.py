@@ -6,6 +6,8 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from tests.support.daemon import ROOT, Daemon
 from tests.support.eventually import eventually
 from tests.support.rows import Rows, assert_settled
@@ -24,6 +26,7 @@ call = "tests.support.handlers:wait_for_file"
 """
 
 
+@pytest.mark.slow
 def test_two_nodes_are_added_up(start_daemon: Callable[..., Daemon], store_url: str) -> None:
     """Jobs of plain INSERTs, with ids of any kind, come and end as all others do."""
     one, two = start_daemon(CONFIG, "one"), start_daemon(CONFIG, "two")

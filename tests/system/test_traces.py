@@ -115,6 +115,7 @@ def enqueues(url: str) -> str:
     return ENQUEUES.format(caller=CALLER).replace("URL_AND_TOKEN", repr((url, SECRET)))
 
 
+@pytest.mark.slow
 def test_each_enqueue_and_each_run_is_a_span(
     start_daemon: Callable[..., Daemon], store_url: str, collector: Collector
 ) -> None:
@@ -293,6 +294,7 @@ def test_a_run_whose_pool_was_killed_has_its_span(
     assert sum(span.parent == run.ref.span for span in collector.named("tiny")) == 64
 
 
+@pytest.mark.slow
 @ON_ONE_ENGINE
 def test_a_collector_that_hangs_or_refuses_delays_no_job(
     start_daemon: Callable[..., Daemon], store_url: str, collector: Collector
@@ -323,6 +325,7 @@ def test_a_collector_that_hangs_or_refuses_delays_no_job(
     assert daemon.stop(within=15) == 0
 
 
+@pytest.mark.slow
 @ON_ONE_ENGINE
 def test_nothing_is_imported_where_traces_are_off(
     start_daemon: Callable[..., Daemon], store_url: str, collector: Collector
