@@ -28,7 +28,7 @@ async def limits(query: PageQuery) -> View:
     found = await query.gateway.backend.read(lambda tx: operations.list_(tx, config))
     listing = table(
         "Limits",
-        ("Limit", "At once", "A group", "Rate", "Used", "Waiting", "Held until", "Handlers"),
+        ("Limit", "Concurrency", "Per group", "Rate", "Used", "Waiting", "Held until", "Handlers"),
         [_row(one, query.may_act) for one in found],
         "No limit is configured.",
     )
