@@ -149,7 +149,6 @@ def test_arguments_that_are_too_long_together_are_a_failure() -> None:
     assert (result.kind, "too long together" in str(result.error)) == ("failure", True)
 
 
-@pytest.mark.slow
 def test_a_signature_decides_which_vars_there_may_be() -> None:
     """Others are refused, values of another type too; with "?" one may be left out."""
     keys: Any = {"signature": {"month": "str", "copies": "int?"}}
@@ -200,7 +199,6 @@ def test_a_signal_is_a_crash() -> None:
     assert result.error == "The program was killed by SIGSEGV."
 
 
-@pytest.mark.slow
 def test_standard_output_is_the_payload() -> None:
     """Bytes, or JSON that is checked, or nothing."""
     assert execute(shell(r"printf '\377\000'")).payload == b"\xff\x00"

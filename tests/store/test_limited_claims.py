@@ -106,7 +106,6 @@ def rows(store: Store, store_url: str) -> Iterator[Rows]:
     assert held <= running
 
 
-@pytest.mark.slow
 def test_no_more_run_than_the_limit_allows(store: Store, rows: Rows) -> None:
     """What does not fit stays `new`; a slot that was freed is taken again."""
     claimer = Claimer(store, LimitConfig(concurrency=3))

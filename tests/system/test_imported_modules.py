@@ -78,7 +78,6 @@ def test_every_process_holds_only_the_libraries_that_it_needs(modules: dict[str,
         assert foreign <= LIBRARIES[name], (name, foreign - LIBRARIES[name])
 
 
-@pytest.mark.slow
 def test_large_parts_of_python_are_held_by_the_gateway_alone(modules: dict[str, set[str]]) -> None:
     """Each takes 0.1 to 2 MiB."""
     for name in LIBRARIES.keys() - {"gateway"}:

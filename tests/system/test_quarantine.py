@@ -137,7 +137,6 @@ def test_a_worker_over_max_rss_is_replaced_right_after_the_job(tmp_path: Path) -
         assert len(set(pids)) == 3
 
 
-@pytest.mark.slow
 def test_a_reload_tries_a_quarantined_pool_at_once(tmp_path: Path) -> None:
     """Once its code is mended nobody has to wait for the end of its pause."""
     harness = QuarantineHarness(tmp_path, "raise ValueError", 'restart = { intensity = 1, period = "60s" }')
